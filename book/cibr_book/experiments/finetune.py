@@ -8,7 +8,7 @@ to the tables of the claims: `python -m cibr_book.experiments.finetune runs/fine
 import copy
 import sys
 import time
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +27,12 @@ from cibr.models import DualEncoder
 from cibr.models.inputs import Inputs, embed_pairs, prepare
 from cibr.models.named_towers import FrozenTowers
 from cibr.train import Training, configure
-from cibr.utils import check_known, write_atomically
+from cibr.utils import check_known
 from cibr_book.embeddings.probes import leakage_items
 from cibr_book.experiments import stages
 from cibr_book.experiments.arms import AnchoredEncoder, pull_to_start
-from cibr_book.experiments.photo_sets import SETS, with_features, with_pictures
+from cibr_book.experiments.hits import HITS_OF_RUN, Hits, packed, save_arrays
+from cibr_book.experiments.photo_sets import SETS, owners, with_features, with_pictures
 from cibr_book.experiments.tables import RESULTS
 from cibr_book.experiments.twins import drawn
 
@@ -45,6 +46,7 @@ _SUITES = {
     "claims": [name for name in SETS if name != "train"],
 }
 _OF_RUN = ("photos", "suites", "train_stages", "decay", "options")
+_FIRST_OF_RUN = "first.npz"
 _N_BINS = 3  # of brightness and of colour
 
 Vectors = Float[Tensor, "n d"]
@@ -80,14 +82,14 @@ def train_and_measure(settings: dict[str, Any], folder: str | Path) -> dict[str,
         measured = _Measured(DualEncoder(_no_towers(pairs), model.head).eval(), pairs)
         prefix = "validation_" if name == "validation" else f"{name}/"
         found |= {f"{prefix}{metric}": value for metric, value in measured.scores().items()}
-        kept[name] = np.packbits(np.concatenate([*measured.hits.values()]))
+        kept[name] = packed(measured.hits)
         if not pairs.classnames:
             first |= {f"{name}/{way}": ids for way, ids in measured.first_five().items()}
         if name == "flickr8k" and settings["suites"] == "curve":
             found |= {f"{name}/{key}": x for key, x in _information(*measured.of_pairs()).items()}
-    _save(Path(folder) / "hits.npz", kept)
+    save_arrays(Path(folder) / HITS_OF_RUN, kept)
     if settings["suites"] == "claims" and settings["seed"] == SHOWN_SEED:
-        _save(Path(folder) / "first.npz", first)
+        save_arrays(Path(folder) / _FIRST_OF_RUN, first)
     return found
 
 
@@ -263,23 +265,21 @@ def _thirds(values: pd.Series) -> Tensor:
 # What is kept of each photo
 
 
-def _save(file: Path, arrays: dict[str, np.ndarray]) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(file, partial(_write_arrays, arrays=arrays))
-
-
-def _write_arrays(file: Path, arrays: dict[str, np.ndarray]) -> None:
-    with file.open("wb") as opened:
-        np.savez_compressed(opened, **arrays)
-
-
 def collect(folder: Path) -> None:
-    """Adds what runs in a folder kept to the tables, under `<run>/<set>`."""
-    for table, name in ((HITS, "hits.npz"), (FIRST, "first.npz")):
-        arrays = _load(table) if table.exists() else {}
-        for file in sorted(folder.glob(f"*/{name}")):
-            arrays |= {f"{file.parent.name}/{key}": x for key, x in _load(file).items()}
-        _save(table, arrays)
+    """Adds what runs in a folder kept to the tables: their hits, and of shown ones the first five
+    ids of every query, under `<run>/<set>/<way>`.
+    """
+    hits = Hits.load(HITS)
+    for file in sorted(folder.glob(f"*/{HITS_OF_RUN}")):
+        for name, bits in _load(file).items():
+            hits.bits.setdefault(name, {})[file.parent.name] = bits
+    for name in hits.bits.keys() - hits.owners.keys():
+        hits.owners[name] = owners(name).numpy()
+    hits.save(HITS)
+    first = _load(FIRST) if FIRST.exists() else {}
+    for file in sorted(folder.glob(f"*/{_FIRST_OF_RUN}")):
+        first |= {f"{file.parent.name}/{key}": ids for key, ids in _load(file).items()}
+    save_arrays(FIRST, first)
 
 
 def _load(file: Path) -> dict[str, np.ndarray]:

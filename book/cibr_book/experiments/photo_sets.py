@@ -11,7 +11,7 @@ from functools import cache
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from cibr.data import Features, Pairs, load_pairs
@@ -94,6 +94,12 @@ def with_pictures(name: str) -> Pairs:
     shipped = {*_rows_of(whole, with_features("train"))}
     order = torch.randperm(len(whole), generator=torch.Generator().manual_seed(0)).tolist()
     return whole.subset([row for row in order if row not in shipped][:N_UNSHIPPED])
+
+
+def owners(name: str) -> Int[Tensor, " n"]:
+    """The row of each text's photo; of a set with classes, the class of each photo."""
+    pairs = with_features(name) if SETS[name].shipped else with_pictures(name)
+    return pairs.labels if pairs.classnames else pairs.text_to_image()
 
 
 def _rows_of(whole: Pairs, shipped: Pairs) -> list[int]:

@@ -18,6 +18,7 @@ from cibr.models import DualEncoder
 from cibr.models.inputs import prepare
 from cibr_book.experiments import finetune, photo_sets, stages
 from cibr_book.experiments.arms import AnchoredEncoder, pull_to_start
+from cibr_book.experiments.hits import Hits
 
 SCALE = 12.0
 SHORT = dict(photos=64, epochs=2, learning_rate=1e-4, temperature=0.07, batch_size=32, seed=3)
@@ -123,14 +124,15 @@ def test_measures_are_those_of_the_library(tmp_path, monkeypatch):
     monkeypatch.setattr(finetune, "FIRST", tmp_path / "first.npz")
     finetune.collect(tmp_path)
     finetune.collect(tmp_path)  # again, which changes nothing
-    hits = finetune._load(finetune.HITS)
-    n_texts = len(coco.texts())
-    bits = np.unpackbits(hits["run/coco-mini"], count=3 * (len(coco) + n_texts))
-    of_k = bits[: 3 * len(coco)].reshape(3, -1).mean(1), bits[3 * len(coco) :].reshape(3, -1)
-    ways = of_k[0], of_k[1].mean(1)
-    for way, shares in zip(("image_to_text", "text_to_image"), ways, strict=True):
-        recalls = [found[f"coco-mini/{way}_recall@{k}"] for k in (1, 5, 10)]
-        assert shares == pytest.approx(recalls)
+    hits = Hits.load(finetune.HITS).of_run("coco-mini", "run")
+    for metric, values in hits.items():
+        assert values.mean() == pytest.approx(found[f"coco-mini/{metric}"]), metric
+    labels = load_pairs("photos-cifar10", "test").labels
+    hits = Hits.load(finetune.HITS)
+    assert np.array_equal(hits.owners["cifar10"], labels)
+    assert np.array_equal(hits.owners["coco-mini"], coco.text_to_image())
+    right = hits.of_run("cifar10", "run")["accuracy@1"]
+    assert right.mean() == pytest.approx(found["cifar10/accuracy@1"])
     first = finetune._load(finetune.FIRST)["run/coco-mini/search"]
     is_found = (first == coco.text_to_image().numpy()[:, None]).any(1)
     assert is_found.mean() == pytest.approx(found["coco-mini/text_to_image_recall@5"], abs=1e-3)

@@ -1,0 +1,277 @@
+"""The measures, choices and claims of experiments/finetune.md, from the rows and hits of its runs.
+
+A score is in per cent, a difference in points. Differences are paired by seed: both models were
+trained on the same draw of photos, in the same batches.
+"""
+
+import json
+import math
+from collections.abc import Iterator
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float
+from scipy import stats
+from statsmodels.stats.multitest import multipletests
+from statsmodels.stats.weightstats import DescrStatsW
+
+from cibr.data.photos import CLASSES
+from cibr.metrics import mean_interval, paired_difference
+from cibr_book.experiments.hits import Hits
+from cibr_book.experiments.tables import read_table
+
+TABLE = "finetune.csv"
+TRANSFER = "transfer"
+ZERO_SHOT = "zero-shot"
+CLAIMED_ZERO_SHOT = "zero-shot, claimed"
+VALIDATION = "validation"
+EQUAL = 0.5  # points within which two methods count as equal
+PHOTOS = {
+    "Flickr8k": "flickr8k",
+    "Flickr8k, others": "flickr8k-unshipped",
+    "MSCOCO": "coco-mini",
+    "MSCOCO, fresh": "coco-fresh",
+}
+_SEVEN = [name.removeprefix("photos-") for name in CLASSES]
+_CLAIMED = ["pacs-art_painting", "pacs-cartoon", "pacs-sketch", "flowers5", "dtd10"]
+_SEARCH = [f"text_to_image_recall@{k}" for k in (1, 5, 10)]
+_TEXT_RETRIEVAL = [f"image_to_text_recall@{k}" for k in (1, 5, 10)]
+_ACCURACY = "accuracy@1"
+_Scores = Float[np.ndarray, "seeds items"]
+
+
+def _columns() -> dict[str, list[tuple[str, str]]]:
+    """The sets and metrics whose mean is a measure, by its name."""
+    found = {}
+    for title, name in PHOTOS.items():
+        found[f"search, {title}"] = [(name, metric) for metric in _SEARCH]
+        found[f"text retrieval, {title}"] = [(name, metric) for metric in _TEXT_RETRIEVAL]
+    found[TRANSFER] = [("coco-fresh", metric) for metric in _SEARCH + _TEXT_RETRIEVAL]
+    found[ZERO_SHOT] = [(name, _ACCURACY) for name in _SEVEN]
+    found[CLAIMED_ZERO_SHOT] = [(name, _ACCURACY) for name in _CLAIMED]
+    for name in _SEVEN + _CLAIMED:
+        found[name] = [(name, _ACCURACY)]
+    return found
+
+
+COLUMNS = _columns()
+
+
+def read_rows(suites: str) -> pd.DataFrame:
+    """The rows of the study that were measured on these suites, with `COLUMNS` in per cent.
+
+    Args:
+        suites: `validation`, `curve` or `claims`.
+    """
+    rows = read_table(TABLE)
+    rows = rows[rows["configuration"].map(lambda text: json.loads(text)["suites"]) == suites]
+    measures = {}
+    for measure, parts in COLUMNS.items():
+        columns = [f"{name}/{metric}" for name, metric in parts]
+        if set(columns) <= set(rows):
+            measures[measure] = 100 * rows[columns].mean(axis=1, skipna=False)
+    return pd.concat([rows, pd.DataFrame(measures)], axis=1)
+
+
+# Trials
+
+
+def rate_and_epochs(rows: pd.DataFrame, hits: Hits) -> dict[str, float]:
+    """What the plan's rule takes of a grid of rates and epochs.
+
+    Of the points within one standard error of the best, of the difference over photos, it is the
+    one with the smallest rate, and then the fewest epochs.
+
+    Args:
+        rows: of the grid's trials.
+        hits: of their validation photos.
+
+    Returns:
+        `learning_rate` and `epochs`.
+    """
+    settings = pd.DataFrame([*rows["configuration"].map(json.loads)], index=rows.index)
+    by_point = rows.groupby([settings["learning_rate"], settings["epochs"]])
+    scores = {point: _over_seeds(hits, of["run"]) for point, of in by_point}
+    best = max(scores.values(), key=np.mean)
+    near = []
+    for point, score in scores.items():
+        difference = best - score
+        if difference.mean() <= stats.sem(difference):
+            near.append(point)
+    rate, epochs = min(near)
+    return {"learning_rate": rate, "epochs": epochs}
+
+
+def _over_seeds(hits: Hits, runs: pd.Series) -> np.ndarray:
+    """The mean score of each validation photo over runs."""
+    both = [_per_photo(hits, "validation", run, _SEARCH + _TEXT_RETRIEVAL) for run in runs]
+    return np.mean(both, axis=0)
+
+
+def best_trials(rows: pd.DataFrame) -> pd.DataFrame:
+    """The best trial of each method in each condition, by its mean validation recall over seeds.
+
+    Args:
+        rows: of trials.
+
+    Returns:
+        `condition, method`; `n`, the number of settings tried; `validation`, in per cent; and the
+        `settings` of the best as JSON, without its seed.
+    """
+    names = ["condition", "method"]
+    points = rows.assign(settings=rows["configuration"].map(_without_seed))
+    by_point = points.groupby([*names, "settings"], sort=False)[VALIDATION].mean().reset_index()
+    by_method = by_point.groupby(names, sort=False)
+    best = by_point.loc[by_method[VALIDATION].idxmax()].reset_index(drop=True)
+    return best.assign(n=by_method.size().to_numpy())
+
+
+def _without_seed(configuration: str) -> str:
+    settings = json.loads(configuration)
+    del settings["seed"]
+    return json.dumps(settings)
+
+
+# Claims
+
+
+def differences(rows: pd.DataFrame, hits: Hits, measures: list[str]) -> pd.DataFrame:
+    """Differences of every method from CLIP as tuned, in the same setting.
+
+    Args:
+        rows: of the claims' runs, from `read_rows`.
+        hits: of these runs.
+        measures: of `COLUMNS`.
+
+    Returns:
+        In points: `condition, method, measure, score`, in per cent; the mean `difference`, `low,
+        high`, its 95 % interval over seeds, for fixed photos; and `photos_low, photos_high`, over
+        seeds and photos.
+    """
+    table = []
+    for condition, method, of_method, of_clip in _pairs_of_methods(rows):
+        for measure in measures:
+            seeds = of_method[measure] - of_clip[measure]
+            difference, low, high = mean_interval(seeds.to_numpy())
+            before = scores_of_items(hits, measure, of_clip["run"])
+            after = scores_of_items(hits, measure, of_method["run"])
+            mean, photos_low, photos_high = paired_difference(before, after)
+            assert math.isclose(mean, difference, abs_tol=1e-2), "hits of other runs"
+            names = (condition, method, measure, of_method[measure].mean())
+            table.append((*names, difference, low, high, photos_low, photos_high))
+    columns = ["condition", "method", "measure", "score"]
+    columns += ["difference", "low", "high", "photos_low", "photos_high"]
+    return pd.DataFrame(table, columns=columns)
+
+
+def _pairs_of_methods(rows: pd.DataFrame) -> Iterator[tuple]:
+    """Each method's runs and CLIP's in the same condition, by seed."""
+    for condition, of in rows.groupby("condition", sort=False):
+        by_method = {name: own.set_index("seed") for name, own in of.groupby("method", sort=False)}
+        clip = by_method.pop("CLIP")
+        for name, own in by_method.items():
+            yield condition, name, own, clip.loc[own.index]
+
+
+def claim_tests(rows: pd.DataFrame) -> pd.DataFrame:
+    """The plan's claims: that a method differs from CLIP as tuned.
+
+    Args:
+        rows: of the claims' runs, from `read_rows`.
+
+    Returns:
+        `condition, method, measure`; the mean `difference` in points, with Student's 95 % interval
+        over seeds `low, high`; `p_value`, of the two-sided exact sign-flip test over seeds, and
+        `holm`, corrected over the claims; and the `outcome`: `gain` or `loss` at 5 %, or `not
+        shown`. MINE's claims are `not shown`, without a test, if its best trial has no penalty.
+    """
+    claims = [("frozen", "vMF at 0.03"), ("stages", "vMF at 0.03"), ("frozen", "MINE")]
+    found = {(condition, name): pair for condition, name, *pair in _pairs_of_methods(rows)}
+    table = []
+    for condition, method in claims:
+        ours, clip = found[condition, method]
+        for measure in (TRANSFER, CLAIMED_ZERO_SHOT):
+            seeds = (ours[measure] - clip[measure]).to_numpy()
+            p_value = 1.0 if (ours["beta"] == 0).all() else sign_flip_p(seeds)
+            table.append((condition, method, measure, *mean_interval(seeds), p_value))
+    columns = ["condition", "method", "measure", "difference", "low", "high", "p_value"]
+    tests = pd.DataFrame(table, columns=columns)
+    tests["holm"] = multipletests(tests["p_value"], method="holm")[1]
+    signs = np.where(tests["difference"] > 0, "gain", "loss")
+    tests["outcome"] = np.where(tests["holm"] < 0.05, signs, "not shown")
+    return tests
+
+
+def sign_flip_p(differences: Float[np.ndarray, " n"]) -> float:
+    """The two-sided p-value of a mean over all 2^n changes of the signs."""
+    test = stats.permutation_test(
+        (differences,),
+        np.mean,
+        permutation_type="samples",
+        n_resamples=np.inf,
+        vectorized=True,
+    )
+    return float(test.pvalue)
+
+
+def equivalence(
+    rows: pd.DataFrame, condition: str, methods: tuple[str, str], measure: str
+) -> dict[str, float]:
+    """Whether two methods are equal within half a point: two one-sided tests at 5 %.
+
+    Args:
+        rows: of the claims' runs, from `read_rows`.
+        condition: of the runs.
+        methods: the first minus the second.
+        measure: of `COLUMNS`.
+
+    Returns:
+        In points: the mean `difference` with its 90 % interval over seeds, `low, high`, which is
+        within half a point of 0 if they are equal, and the test's `p_value`.
+    """
+    of = rows[rows["condition"] == condition].set_index(["method", "seed"])[measure]
+    seeds = DescrStatsW((of[methods[0]] - of[methods[1]]).dropna())
+    low, high = seeds.tconfint_mean(alpha=0.1)
+    p_value = seeds.ttost_mean(-EQUAL, EQUAL)[0]
+    return {"difference": seeds.mean, "low": low, "high": high, "p_value": p_value}
+
+
+# Scores of items
+
+
+def scores_of_items(hits: Hits, measure: str, runs: pd.Series) -> _Scores:
+    """A number in per cent for each photo under each run, whose mean is the measure.
+
+    A photo's number is the mean of its own query's hits and of those of its captions. Where a
+    measure is the mean of several sets, each set has the same weight, whatever its size.
+
+    Args:
+        hits: of the runs.
+        measure: of `COLUMNS`.
+        runs: their ids.
+    """
+    by_set: dict[str, list[str]] = {}
+    for name, metric in COLUMNS[measure]:
+        by_set.setdefault(name, []).append(metric)
+    n_items = {name: len(_per_photo(hits, name, runs.iloc[0], by_set[name])) for name in by_set}
+    n_of_all = sum(n_items.values())
+    scores = []
+    for name, metrics in by_set.items():
+        weight = n_of_all / (len(by_set) * n_items[name])
+        of_set = [_per_photo(hits, name, run, metrics) for run in runs]
+        scores.append(weight * np.array(of_set))
+    return 100 * np.concatenate(scores, axis=1)
+
+
+def _per_photo(hits: Hits, name: str, run: str, metrics: list[str]) -> np.ndarray:
+    """The mean of hits over metrics of one set, a number a photo."""
+    by_metric = hits.of_run(name, run)
+    owners = hits.owners[name]
+    found = []
+    for metric in metrics:
+        values = by_metric[metric].astype(float)
+        if metric in _SEARCH:  # by text: a photo has several
+            n_photos = owners.max() + 1
+            values = np.bincount(owners, values) * n_photos / len(owners)
+        found.append(values)
+    return np.mean(found, axis=0)
