@@ -150,7 +150,9 @@ def _setting(n_stages: int) -> _Frozen | _Stages:
 
 
 def _trained(setting: _Frozen | _Stages, settings: dict[str, Any]) -> DualEncoder:
-    """The start, fine-tuned."""
+    """The start, fine-tuned; with no epochs, as it is."""
+    if settings["epochs"] == 0:
+        return setting.start()
     own = {name: value for name, value in settings.items() if name not in _OF_RUN}
     own["loss_options"] = settings.get("options", {})
     config = configure("some-photos", dataset="photos", model="names", cca=False, **own)

@@ -288,8 +288,8 @@ def collect(plan: _Plan, folder: str | Path) -> int:
 
 def _main() -> None:
     """Collects the rows of a sweep and reports how many of its runs have none."""
-    sweep, folder, results = sys.argv[1:]
-    plan = read_plan(sweep, results)
+    sweep, folder, *results = sys.argv[1:]
+    plan = read_plan(sweep, *results)
     n_new = collect(plan, folder)
     n_missing = len(set(plan.runs) - set(committed(plan.results)["run"]))
     name = plan.results.name

@@ -25,7 +25,7 @@ _PRINTED = "DFGQRbdfgkt2358&?@%ßéñλЖ€"  # with one name each
 _GUIDES = (7, 12, 25)  # rows of 32: the tops of H and x, and the line on which both stand
 # Common Latin, Greek and Cyrillic letters, and symbols but for boxes and braille.
 _RANGES = ((0x0, 0x17F), (0x370, 0x45F), (0x2000, 0x24FF), (0x25A0, 0x27FF))
-_BITS = 9  # of a number; a cosine then moves by less than a hundredth
+_BITS = 10  # of a number; a cosine then moves by less than a hundredth
 _SCRIPT = "draw/weights.js"
 
 
