@@ -209,10 +209,10 @@ def findings(found: pd.DataFrame, own: Twins) -> str:
     beyond = found[(found["low"] > 0) | (found["high"] < 0)]
     said = [f"**One seed: we cannot tell.** {price[0].upper() + price[1:]} this run changed"]
     if len(beyond):
-        said += [f"{_listed(beyond)} by more than another choice of test images would explain,"]
+        said += [f"{_listed(beyond)}, more than another choice of test images would explain;"]
         said += ["but another draw and another seed might have done that as well."]
     else:
-        said += ["nothing by more than another choice of test images would explain."]
+        said += ["nothing more than another choice of test images would explain."]
     said += ["Run further seeds (`-p seed 1`, `-p seed 2`, ...) and see whether the sign stays."]
     return " ".join(said)
 
@@ -226,7 +226,7 @@ def _average(measures: pd.Index) -> str:
             spread.loc[spread["measure"] == name, "difference"].to_numpy()
         )
         if low > 0 or high < 0:
-            changed.append(f"{name} {mean:+.2f} points (from {low:+.2f} to {high:+.2f} points)")
+            changed.append(f"{name} by {mean:+.2f} points (from {low:+.2f} to {high:+.2f} points)")
     if not changed:
         return "Nor is there one on average over the 16 other seeds."
     listed = ", ".join(changed)
@@ -237,7 +237,7 @@ def _average(measures: pd.Index) -> str:
 
 
 def _listed(found: pd.DataFrame) -> str:
-    parts = [f"{name} {change:+.2f} points" for name, change in found["change"].items()]
+    parts = [f"{name} by {change:+.2f} points" for name, change in found["change"].items()]
     return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
 
 

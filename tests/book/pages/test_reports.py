@@ -63,8 +63,8 @@ def test_the_default_run_is_more_than_chance_only_where_both_intervals_say_so():
     found = findings(search_on_MSCOCO=row, zero_shot_accuracy=within)
     found = found.rename(index={"zero shot accuracy": "zero-shot accuracy"})
     said = reports.findings(found, plan())
-    assert "changed more than chance would: search on MSCOCO +0.90 points." in said
-    assert "No more than chance: zero-shot accuracy -0.30 points." in said
+    assert "changed more than chance would: search on MSCOCO by +0.90 points." in said
+    assert "No more than chance: zero-shot accuracy by -0.30 points." in said
     none = reports.findings(found.loc[["zero-shot accuracy"]], plan())
     assert "no change of recall or accuracy that is more than chance" in none
 
@@ -74,10 +74,11 @@ def test_a_run_of_another_kind_is_one_seed_of_which_we_cannot_tell():
     said = reports.findings(found, plan(0.1))
     assert said.startswith("**One seed: we cannot tell.**")
     assert (
-        "search on MSCOCO +0.90 points by more than" in said and "other" not in said.split("by")[0]
+        "search on MSCOCO by +0.90 points, more than" in said
+        and "other" not in said.split("more")[0]
     )
     nothing = reports.findings(found.loc[["other"]], plan(0.1))
-    assert "nothing by more than" in nothing
+    assert "nothing more than" in nothing
     assert "Nothing changes" in reports.findings(found, plan(0.0))
 
 
@@ -88,7 +89,7 @@ def test_averages_over_seeds_are_said_where_their_interval_leaves_out_zero():
     rows = stored[stored["measure"] == "search on MSCOCO"]["difference"]
     half = 2.1314 * rows.std() / 4  # Student's quantile for 15 degrees of freedom
     assert abs(rows.mean()) > half
-    assert f"search on MSCOCO {rows.mean():+.2f} points" in reports.findings(found, plan())
+    assert f"search on MSCOCO by {rows.mean():+.2f} points" in reports.findings(found, plan())
     found.index = ["search on Flickr8k"]
     rows = stored[stored["measure"] == "search on Flickr8k"]["difference"]
     is_beyond = abs(rows.mean()) > 2.1314 * rows.std() / 4
