@@ -98,3 +98,12 @@ def test_a_cluster_is_given_a_job_for_each_run_and_for_the_table(tmp_path):
     assert ["run", "2"] in jobs and ["table", "1"] in jobs and "gres=gpu:1" in output
     code, output = finish(tmp_path, "only=othr", options="--dry-run")
     assert code and "no condition, method or run 'othr'" in output
+
+
+def test_a_sweep_with_all_its_rows_runs_nothing_and_says_so(tmp_path):
+    runs = write_sweep(tmp_path).runs
+    (tmp_path / "rows.csv").write_text("\n".join(["run", *runs]) + "\n")
+    code, output = finish(tmp_path)
+    assert code == 0, output
+    assert f"rows.csv: 0 new rows; 0 of the {len(runs)} runs have none" in output
+    assert not begun(tmp_path)
