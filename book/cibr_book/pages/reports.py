@@ -63,7 +63,7 @@ def run(own: Twins, pairs: Pairs, validation: Pairs, test: Pairs) -> str:
         lines += [f" The last {config.train_stages} stages of both towers are trained, too."]
     if not own.is_default:
         lines += ["\n\n> These are not the defaults. What this page says of its results is "]
-        lines += ["computed from this run; no other run of its kind has been measured."]
+        lines += ["computed from this run; there are no stored runs of these settings beside it."]
     return "".join(lines)
 
 
@@ -95,8 +95,29 @@ def zero_shot_table(scores: Mapping[str, list[Evaluation]]) -> pd.DataFrame | No
     accuracy = table.xs("accuracy@1", axis=1, level="metric")
     names = {name: _SETS.get(name, name) for name in accuracy}
     accuracy = accuracy.rename(columns=names).round(1)
-    accuracy.columns.name = None
-    return pd.concat({"zero-shot accuracy, %": accuracy}, axis=1)
+    return accuracy.rename_axis(columns="zero-shot accuracy, %")
+
+
+def knowledge(scores: Mapping[str, list[Evaluation]]) -> str:
+    """What fine-tuning with CLIP's loss alone did to zero-shot accuracy; "" without any classes.
+
+    Args:
+        scores: see `twins.evaluations`, of the start and of CLIP, in this order.
+    """
+    table = zero_shot_table(scores)
+    if table is None:
+        return ""
+    start, clip = table.iloc[1], table.iloc[2]
+    mean = next(name for name in table if name.startswith("mean of"))
+    moved = f"moved the {mean} sets from {start[mean]} to {clip[mean]} %"
+    said = f"Fine-tuning with CLIP's loss {moved}."
+    change = (clip - start).drop(mean)
+    lost = change.idxmin()
+    if change[lost] < 0:
+        said += f" It lost most on {lost}, which went from {start[lost]} to {clip[lost]} %."
+    else:
+        said += " No set lost."
+    return said
 
 
 def retrieval_table(scores: Mapping[str, list[Evaluation]]) -> pd.DataFrame:
@@ -137,7 +158,7 @@ def geometry(clip: Mapping[str, float], own: Mapping[str, float], of: Twins) -> 
     for name, thing in {"1 - cos": "pairs", "gap": "the two modalities"}.items():
         change = own[name] - clip[name]
         if abs(change) < 0.005:
-            moved = f"left {thing} as far apart as they were"
+            moved = f"left {thing} as far apart as without it"
         elif change < 0:
             moved = f"drew {thing} nearer together"
         else:
@@ -148,7 +169,7 @@ def geometry(clip: Mapping[str, float], own: Mapping[str, float], of: Twins) -> 
 
 
 def cosine_table(embedded: Mapping[str, tuple[Tensor, Tensor]], first_text: Tensor) -> pd.DataFrame:
-    """The mean cosine of images with their own texts, and with the others', a row a model.
+    """The mean cosines of images with their own texts and with the others', a row a model.
 
     Args:
         embedded: of each model by name, unit vectors of n images [n, d] and m texts [m, d].
@@ -158,8 +179,9 @@ def cosine_table(embedded: Mapping[str, tuple[Tensor, Tensor]], first_text: Tens
     for name, (images, texts) in embedded.items():
         cosines = images @ texts[first_text].T
         is_pair = torch.eye(len(cosines), dtype=torch.bool)
-        table[name] = cosines[is_pair].mean().item(), cosines[~is_pair].mean().item()
-    columns = ["cosine of pairs", "cosine of others"]
+        own, others = cosines[is_pair].mean().item(), cosines[~is_pair].mean().item()
+        table[name] = own, others, own - others
+    columns = ["cosine of pairs", "cosine of others", "difference"]
     return pd.DataFrame.from_dict(table, orient="index", columns=columns).round(2)
 
 
@@ -174,9 +196,9 @@ def findings_table(found: pd.DataFrame, own: Twins) -> pd.DataFrame:
     table["CLIP, %"] = found["clip"].round(1)
     table[f"beta = {own.config.beta:g}, %"] = found["cibr"].round(1)
     table["change, points"] = found["change"].map("{:+.2f}".format)
-    table["over photos, points"] = _intervals(found["low"], found["high"])
+    table["95 % over photos, points"] = _intervals(found["low"], found["high"])
     if found["seeds_low"].notna().all():
-        table["over 16 seeds, points"] = _intervals(found["seeds_low"], found["seeds_high"])
+        table["95 % of single runs, points"] = _intervals(found["seeds_low"], found["seeds_high"])
     table["is it chance?"] = found["verdict"]
     return table.rename_axis(index=None)
 

@@ -102,7 +102,7 @@ def test_averages_over_seeds_are_said_where_their_interval_leaves_out_zero():
     [
         ((0.7, 0.28), (0.6, 0.18), "drew pairs nearer together (1 - cos 0.700"),
         ((0.7, 0.28), (0.6, 0.38), "moved the two modalities further apart (gap 0.280"),
-        ((0.7, 0.28), (0.702, 0.279), "left pairs as far apart as they were"),
+        ((0.7, 0.28), (0.702, 0.279), "left pairs as far apart as without it"),
     ],
 )
 def test_the_distances_are_said_as_they_are(clip, own, said):
@@ -123,8 +123,9 @@ def test_tables_have_a_row_a_model_below_chance_and_the_unit_in_their_headers():
     scores = {"start": evaluations(0.1), "CLIP": evaluations(0.3)}
     table = reports.zero_shot_table(scores)
     assert table.index.tolist() == ["chance", "start", "CLIP"]
-    assert table["zero-shot accuracy, %"]["CIFAR-10"].tolist() == [0.0, 10.0, 30.0]
-    assert table["zero-shot accuracy, %"]["mean of 7"].tolist() == [0.5, 11.0, 31.0]
+    assert table["CIFAR-10"].tolist() == [0.0, 10.0, 30.0]
+    assert table["mean of 7"].tolist() == [0.5, 11.0, 31.0]
+    assert table.columns.name == "zero-shot accuracy, %"
     recalls = reports.retrieval_table(scores)
     assert recalls["Flickr8k: search, %"].loc["CLIP"].to_dict() == {
         "R@1": 35.0,
@@ -132,6 +133,19 @@ def test_tables_have_a_row_a_model_below_chance_and_the_unit_in_their_headers():
         "R@10": 37.0,
     }
     assert recalls["Flickr8k: text retrieval, %", "R@1"].tolist() == [1.0, 12.0, 32.0]
+
+
+def test_fine_tuning_is_said_to_lose_where_it_loses_most():
+    start, clip = evaluations(0.3), evaluations(0.4)
+    key = "photos-imagenette", "zero-shot", "accuracy@1"
+    for each, value in ((start, 0.9), (clip, 0.8)):
+        each[0].scores[key] = np.full(4, value)
+        each[0].chance[key] = 0.1
+    said = reports.knowledge({"start": start, "CLIP": clip})
+    assert "the mean of 7 sets from 31.0 to 41.0 %" in said
+    assert said.endswith("It lost most on Imagenette, which went from 90.0 to 80.0 %.")
+    same = {"start": evaluations(0.3), "CLIP": evaluations(0.4)}
+    assert reports.knowledge(same).endswith("No set lost.")
 
 
 def test_differences_of_several_prices_are_told_from_zero_by_their_intervals():
@@ -191,6 +205,8 @@ def test_the_mean_cosines_of_pairs_and_of_others():
     table = reports.cosine_table({"CLIP": (images, texts)}, torch.tensor([0, 2, 3]))
     assert table.loc["CLIP", "cosine of pairs"] == round((1 + 0.8 + 1) / 3, 2)
     assert table.loc["CLIP", "cosine of others"] == 0.1
+    differences = table["cosine of pairs"] - table["cosine of others"]
+    assert table["difference"].tolist() == pytest.approx(differences.tolist(), abs=0.01)
 
 
 def test_a_report_has_no_log_and_is_refused_for_a_failed_notebook(tmp_path):
