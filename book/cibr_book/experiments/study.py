@@ -7,6 +7,7 @@ trained on the same draw of photos, in the same batches.
 import json
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -234,6 +235,117 @@ def equivalence(
     low, high = seeds.tconfint_mean(alpha=0.1)
     p_value = seeds.ttost_mean(-EQUAL, EQUAL)[0]
     return {"difference": seeds.mean, "low": low, "high": high, "p_value": p_value}
+
+
+# Predictions
+
+
+def predictions(rows: pd.DataFrame) -> pd.DataFrame:
+    """What the plan predicted of differences between two methods, and whether it came so.
+
+    Args:
+        rows: of the claims' runs, from `read_rows`.
+
+    Returns:
+        A row a comparison: the `prediction`, `condition, measure`, and the methods, `method` minus
+        `other`; the mean `difference` in points, with Student's 95 % interval over seeds `low,
+        high`; the bounds that were predicted, `least, most`; and `held`, whether the mean is
+        within them. Where two methods were predicted to be equal, it has to be their 90 % interval.
+    """
+    ours, clip = "vMF at 0.03", "CLIP"
+    table = []
+    for condition, of in rows.groupby("condition", sort=False):
+        methods = [name for name in of["method"].unique() if name not in (clip, "start")]
+        table += [_predicted(of, "vMF gains in transfer", (ours, clip), TRANSFER, EQUAL, 1.5)]
+        parts = "gap only at 0.03", ours
+        table += [_predicted(of, "the gap is all of it", parts, TRANSFER, -EQUAL, EQUAL)]
+        equal = equivalence(rows, condition, parts, TRANSFER)
+        table[-1]["held"] = equal["low"] > -EQUAL and equal["high"] < EQUAL
+        for whole in (ours, "gap only at 0.03"):
+            pair = "contrast only at 0.03", whole
+            if pair[0] in methods:
+                table += [_predicted(of, "the contrast is less", pair, TRANSFER, -np.inf, 0.0)]
+        if "anchor at 0.06" in methods:
+            pair, measure = ("anchor at 0.06", ours), "text retrieval, MSCOCO, fresh"
+            table += [_predicted(of, "an anchor loses texts", pair, measure, -np.inf, -EQUAL)]
+        for name in methods:
+            for measure in ("search, Flickr8k", "text retrieval, Flickr8k"):
+                bounds = -EQUAL, EQUAL
+                table += [_predicted(of, "little at home", (name, clip), measure, *bounds)]
+        table += [_predicted(of, "zero-shot does not rise", (ours, clip), ZERO_SHOT, -np.inf, 0.0)]
+        for name in methods:
+            if name.startswith("CLIP at temperature"):
+                pair = name, ours
+                table += [_predicted(of, "no temperature does it", pair, TRANSFER, -np.inf, 0.0)]
+    return pd.DataFrame(table)
+
+
+def _predicted(
+    of: pd.DataFrame,
+    prediction: str,
+    methods: tuple[str, str],
+    measure: str,
+    least: float,
+    most: float,
+) -> dict[str, Any]:
+    """A prediction of the first method minus the second, over the seeds that both have."""
+    by_method = of.set_index(["method", "seed"])[measure].sort_index()
+    seeds = (by_method[methods[0]] - by_method[methods[1]]).dropna()
+    difference, low, high = mean_interval(seeds.to_numpy())
+    return {
+        "prediction": prediction,
+        "condition": of["condition"].iloc[0],
+        "measure": measure,
+        "method": methods[0],
+        "other": methods[1],
+        "difference": difference,
+        "low": low,
+        "high": high,
+        "least": least,
+        "most": most,
+        "held": least <= difference <= most,
+    }
+
+
+# The curve
+
+GEOMETRY = {
+    "1 - cos": "flickr8k/pair_cosine_distance",
+    "modality gap": "flickr8k/modality_gap",
+    "brightness": "flickr8k/brightness",
+    "colour": "flickr8k/colour",
+    "residual information of images, nats": "flickr8k/residual_image_nats",
+    "residual information of texts, nats": "flickr8k/residual_text_nats",
+}
+
+
+def over_beta(rows: pd.DataFrame, measures: list[str]) -> pd.DataFrame:
+    """What each form of the penalty does at each beta, against CLIP of the same draw.
+
+    Args:
+        rows: of the curve's runs, from `read_rows`.
+        measures: of `COLUMNS`, in per cent, or of `GEOMETRY`.
+
+    Returns:
+        `condition, method, temperature, beta, measure`; the mean `value` and the mean `difference`
+        from beta 0 at the same temperature, with Student's 95 % interval over draws `low, high`;
+        and `n`, the number of draws. At beta 0 the difference is 0.
+    """
+    rows = rows.rename(columns={column: name for name, column in GEOMETRY.items()})
+    clip = rows[rows["beta"] == 0].set_index(["condition", "temperature", "seed"]).sort_index()
+    if not clip.index.is_unique:
+        raise ValueError("more than one run has beta 0 in one condition, temperature and draw")
+    table = []
+    names = ["condition", "method", "temperature", "beta"]
+    for keys, of in rows.groupby(names, sort=False):
+        before = clip.loc[(keys[0], keys[2])].loc[of["seed"]]
+        for measure in measures:
+            seeds = of[measure].to_numpy() - before[measure].to_numpy()
+            value = of[measure].mean()
+            difference, low, high = (0.0, 0.0, 0.0) if keys[3] == 0 else mean_interval(seeds)
+            table.append((*keys, measure, value, difference, low, high, len(seeds)))
+    columns = [*names, "measure", "value", "difference", "low", "high", "n"]
+    return pd.DataFrame(table, columns=columns)
 
 
 # Scores of items

@@ -206,3 +206,63 @@ def test_differences_have_both_intervals():
     rows.loc[0, study.TRANSFER] += 5
     with pytest.raises(AssertionError, match="other runs"):
         study.differences(rows, hits, [study.TRANSFER])
+
+
+PREDICTED = {  # of each method: transfer, text retrieval of fresh photos, and search on Flickr8k
+    "CLIP": (40.0, 30.0, 25.0),
+    "vMF at 0.03": (40.8, 31.0, 25.2),
+    "gap only at 0.03": (40.9, 31.0, 25.6),
+    "contrast only at 0.03": (40.2, 30.0, 25.0),
+    "anchor at 0.06": (40.7, 30.7, 25.0),
+    "CLIP at temperature 0.1": (40.85, 30.0, 25.0),
+}
+
+
+def test_predictions_are_held_where_the_difference_is_where_the_plan_has_it():
+    rows = []
+    for method, (transfer, texts, search) in PREDICTED.items():
+        for seed in range(4):
+            # Noise is shared but for gap only's, whose interval is wider than half a point.
+            own = (-1) ** seed if method == "gap only at 0.03" else 0
+            row = {"condition": "frozen", "method": method, "seed": seed, study.ZERO_SHOT: 57.0}
+            row |= {study.TRANSFER: transfer + seed + own, "search, Flickr8k": search + seed}
+            row |= {"text retrieval, MSCOCO, fresh": texts, "text retrieval, Flickr8k": texts}
+            rows.append(row)
+    found = study.predictions(pd.DataFrame(rows))
+    by_method = found.set_index(["prediction", "method", "measure"]).sort_index()
+    first = by_method.loc["vMF gains in transfer", "vMF at 0.03", study.TRANSFER]
+    assert (first["difference"], first["held"]) == (pytest.approx(0.8), True)
+    assert not by_method.loc["the gap is all of it"]["held"].any()
+    contrast = found[found["prediction"] == "the contrast is less"]
+    assert contrast["other"].tolist() == ["vMF at 0.03", "gap only at 0.03"]
+    assert contrast["difference"].tolist() == pytest.approx([-0.6, -0.7]) and contrast["held"].all()
+    anchor = by_method.loc["an anchor loses texts"].iloc[0]
+    assert (anchor["difference"], anchor["held"]) == (pytest.approx(-0.3), False)
+    at_home = by_method.loc["little at home"]["held"].unstack()["search, Flickr8k"]
+    assert at_home.to_dict() == {name: name != "gap only at 0.03" for name in [*PREDICTED][1:]}
+    assert not by_method.loc["no temperature does it"]["held"].any()
+    assert by_method.loc["zero-shot does not rise"]["held"].all()  # 0 is no rise
+
+
+def test_the_curve_is_told_from_clip_of_the_same_draw_and_temperature():
+    rows = []
+    for temperature, beta, seed in itertools.product((0.1, 0.2), (0, 0.3), range(3)):
+        method = "vMF" if beta else "CLIP"
+        row = {"condition": "curve", "method": method, "temperature": temperature, "beta": beta}
+        score = 40 + 10 * temperature + 5 * seed + beta * (1 + seed)
+        row |= {"seed": seed, study.ZERO_SHOT: score, "flickr8k/modality_gap": 0.3 - beta}
+        rows.append(row)
+    rows = pd.DataFrame(rows).sample(frac=1, random_state=0)
+    found = study.over_beta(rows, [study.ZERO_SHOT, "modality gap"])
+    by_point = found.set_index(["temperature", "beta", "measure"]).sort_index()
+    point = by_point.loc[0.2, 0.3, study.ZERO_SHOT]
+    student = stats.ttest_1samp([0.3, 0.6, 0.9], 0).confidence_interval()
+    assert (point["difference"], point["n"]) == (pytest.approx(0.6), 3)
+    assert (point["low"], point["high"]) == pytest.approx((student.low, student.high))
+    assert point["value"] == pytest.approx(40 + 2 + 5 + 0.6)
+    gap = by_point.loc[0.1, 0.3, "modality gap"]
+    assert (gap["value"], gap["difference"]) == (pytest.approx(0.0), pytest.approx(-0.3))
+    assert by_point.loc[0.1, 0, study.ZERO_SHOT]["difference"] == 0
+    twice = pd.concat([rows, rows[rows["beta"] == 0]])
+    with pytest.raises(ValueError, match="more than one run has beta 0"):
+        study.over_beta(twice, [study.ZERO_SHOT])
