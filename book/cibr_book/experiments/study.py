@@ -59,19 +59,23 @@ COLUMNS = _columns()
 
 
 def read_rows(suites: str) -> pd.DataFrame:
-    """The rows of the study that were measured on these suites, with `COLUMNS` in per cent.
+    """The rows of the study that were measured on these suites, with `COLUMNS` in per cent and the
+    `temperature` of their settings.
 
     Args:
         suites: `validation`, `curve` or `claims`.
     """
     rows = read_table(TABLE)
-    rows = rows[rows["configuration"].map(lambda text: json.loads(text)["suites"]) == suites]
+    settings = rows["configuration"].map(json.loads)
+    rows = rows.assign(temperature=[own["temperature"] for own in settings])
+    rows = rows[[own["suites"] == suites for own in settings]]
     measures = {}
     for measure, parts in COLUMNS.items():
         columns = [f"{name}/{metric}" for name, metric in parts]
         if set(columns) <= set(rows):
             measures[measure] = 100 * rows[columns].mean(axis=1, skipna=False)
-    return pd.concat([rows, pd.DataFrame(measures)], axis=1)
+    kept = rows.drop(columns=[name for name in measures if name in rows])
+    return pd.concat([kept, pd.DataFrame(measures)], axis=1)
 
 
 # Trials
