@@ -313,6 +313,13 @@ def _predicted(
 
 # The curve
 
+CURVE = [
+    "search, Flickr8k",
+    "text retrieval, Flickr8k",
+    ZERO_SHOT,
+    "search, MSCOCO",
+    "text retrieval, MSCOCO",
+]
 GEOMETRY = {
     "1 - cos": "flickr8k/pair_cosine_distance",
     "modality gap": "flickr8k/modality_gap",

@@ -148,6 +148,53 @@ def changes_over_beta(by_seed: pd.DataFrame, intervals: pd.DataFrame) -> list[Ax
     return list(axes.flat[: len(measures)])
 
 
+def forms_over_beta(table: pd.DataFrame, spread: Mapping[str, float]) -> list[Axes]:
+    """Differences of several forms of a penalty from CLIP over beta, a panel a measure.
+
+    Lines are means and bands their intervals. The strip is how much CLIP's own value differs from
+    draw to draw. Beyond a point the vertical axis is logarithmic.
+
+    Args:
+        table: `method, beta, measure, difference, low, high`; without rows at beta 0, where every
+            form is CLIP.
+        spread: by measure, the standard deviation of CLIP over draws, in the measure's unit.
+
+    Returns:
+        One Axes a measure.
+    """
+    measures = table["measure"].unique()
+    n_columns = 3
+    n_rows = -(-len(measures) // n_columns)
+    figure, axes = panels(n_rows, n_columns, WIDTH, 2.3 * n_rows)
+    drawn = _styles(list(table["method"].unique()))
+    betas = sorted(table["beta"].unique())
+    for axis, measure in zip(axes.flat, measures, strict=False):
+        axis.axhspan(-spread[measure], spread[measure], color=GREY, alpha=0.15, lw=0)
+        for method, (colour, marker) in drawn.items():
+            of = table[(table["measure"] == measure) & (table["method"] == method)]
+            of = of.sort_values("beta")
+            beta = [0, *of["beta"]]
+            line = [0, *of["difference"]]
+            axis.plot(beta, line, marker, ls="-", color=colour, lw=1.2, ms=3, label=method)
+            axis.fill_between(
+                beta, [0, *of["low"]], [0, *of["high"]], color=colour, alpha=0.15, lw=0
+            )
+        axis.axhline(0, color="black", lw=0.6)
+        axis.set_xscale("symlog", linthresh=betas[0], linscale=0.4)
+        axis.set_xlim(0, 1.1 * betas[-1])
+        axis.set_xticks([0, *betas], ["0", *map("{:g}".format, betas)], rotation=45)
+        axis.xaxis.set_minor_formatter(NullFormatter())
+        if table.loc[table["measure"] == measure, ["low", "high"]].abs().max(axis=None) > 2:
+            axis.set_yscale("symlog", linthresh=1)
+            axis.yaxis.set_major_formatter("{x:g}")
+        axis.set_title(wrap(measure, 24), fontweight="normal")
+        axis.set_xlabel("beta")
+    for axis in axes.flat[len(measures) :]:
+        axis.remove()
+    _legend_above(figure, axes.flat[0])
+    return list(axes.flat[: len(measures)])
+
+
 def reference_line(axis: Axes, value: float, text: str) -> None:
     """A dotted horizontal line with its name at the right end."""
     axis.axhline(value, color=GREY, lw=1, ls=":")

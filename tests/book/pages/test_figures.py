@@ -4,6 +4,7 @@ import itertools
 
 import numpy as np
 import pandas as pd
+import pytest
 import torch
 from helpers import picture
 from matplotlib.colors import to_hex
@@ -79,3 +80,23 @@ def test_a_gallery_marks_right_and_wrong_and_gives_the_rank_of_the_right_one():
     assert lines[0] == [("✓ a", RIGHT), ("✓ c", RIGHT)]
     assert lines[1] == [("✗ a", WRONG), ("✗ c", WRONG), ("rank 3: b costs $1 or $2", GREY)]
     axes[0].figure.canvas.draw()
+
+
+def test_forms_over_beta_start_at_zero_with_a_band_and_the_spread_of_clip():
+    rows = []
+    for method, slope in (("vMF", -1.0), ("MINE", 10.0)):
+        for beta in (0.1, 1.0):
+            row = {"method": method, "beta": beta, "difference": slope * beta}
+            row |= {"low": slope * beta - 0.5, "high": slope * beta + 0.5}
+            rows += [row | {"measure": "search"}, row | {"measure": "gap", "difference": 0.1}]
+    table = pd.DataFrame(rows)
+    table.loc[table["measure"] == "gap", ["low", "high"]] = 0.0, 0.2
+    axes = figures.forms_over_beta(table, {"search": 0.3, "gap": 0.01})
+    assert [axis.get_title() for axis in axes] == ["search", "gap"]
+    [vmf, mine, _] = axes[0].lines
+    assert vmf.get_label() == "vMF" and mine.get_label() == "MINE"
+    assert vmf.get_xydata().tolist() == [[0, 0], [0.1, -0.1], [1, -1]]
+    strip = axes[0].patches[0].get_extents().transformed(axes[0].transData.inverted())
+    assert (strip.y0, strip.y1) == pytest.approx((-0.3, 0.3))
+    assert [axis.get_yscale() for axis in axes] == ["symlog", "linear"]
+    assert [text.get_text() for text in axes[0].get_xticklabels()] == ["0", "0.1", "1"]
