@@ -67,7 +67,7 @@ def read_rows(suites: str) -> pd.DataFrame:
     """
     rows = read_table(TABLE)
     settings = rows["configuration"].map(json.loads)
-    rows = rows.assign(temperature=[own["temperature"] for own in settings])
+    rows = rows.assign(temperature=[own.get("temperature") for own in settings])
     rows = rows[[own["suites"] == suites for own in settings]]
     measures = {}
     for measure, parts in COLUMNS.items():

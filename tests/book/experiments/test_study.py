@@ -2,14 +2,18 @@
 
 import itertools
 import json
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
 
-from cibr_book.experiments import study
+from cibr_book.experiments import finetune, study
 from cibr_book.experiments.hits import Hits, packed
+from cibr_book.experiments.plan import read_plan
+
+EXPERIMENTS = Path(__file__).resolve().parents[3] / "experiments"
 
 RECALLS = [f"{way}_recall@{k}" for way in ("image_to_text", "text_to_image") for k in (1, 5, 10)]
 OWNERS = np.array([0, 0, 1, 2, 2, 2, 3])  # of seven captions of four photos
@@ -266,3 +270,16 @@ def test_the_curve_is_told_from_clip_of_the_same_draw_and_temperature():
     twice = pd.concat([rows, rows[rows["beta"] == 0]])
     with pytest.raises(ValueError, match="more than one run has beta 0"):
         study.over_beta(twice, [study.ZERO_SHOT])
+
+
+def test_stages_are_trained_at_the_rate_and_epochs_of_their_grid():
+    grids = [read_plan(EXPERIMENTS / f"finetune-grid{name}.yaml") for name in ("", "-further")]
+    runs = {run for plan in grids for run in plan.runs}
+    rows = study.read_rows("validation")
+    of_grid = rows[rows["run"].isin(runs)]
+    chosen = study.rate_and_epochs(of_grid, Hits.load(finetune.HITS))
+    for settings in read_plan(EXPERIMENTS / "finetune-stages-trials.yaml").runs.values():
+        assert {name: settings[name] for name in chosen} == chosen
+    best = of_grid.groupby(of_grid["configuration"].map(study._without_seed))["validation"].mean()
+    settings = json.loads(best.idxmax())
+    assert 3e-5 < settings["learning_rate"] < 1e-3 and 5 < settings["epochs"] < 40  # on no edge
