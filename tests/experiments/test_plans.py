@@ -217,3 +217,13 @@ def test_the_best_trial_is_that_of_recall_and_accuracy_or_of_the_chosen_score(tm
         final.write_text(f"results: rows.csv\ntrials: trials.yaml\n{clip % choose}")
         (run,) = read_plan(final).runs.values()
         assert run["dropout"] == best
+
+
+def test_the_plan_of_fine_tuning_states_the_ids_of_its_sweeps():
+    text = " ".join((FOLDER / "finetune.md").read_text("utf-8").split())
+    stated = re.findall(r"(\d+)(?: runs)? of `(finetune[\w-]*)\.yaml` `(\w{64})`", text)
+    assert len(stated) >= 6
+    for n, name, digest in stated:
+        lines = "".join(f"{run}\n" for run in sorted(read_plan(FOLDER / f"{name}.yaml").runs))
+        assert len(lines.splitlines()) == int(n), name
+        assert hashlib.sha256(lines.encode()).hexdigest() == digest, name
