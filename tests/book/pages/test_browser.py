@@ -143,7 +143,7 @@ def test_links_within_the_book_lead_somewhere(site):
 def test_old_addresses_lead_on_and_the_site_is_small(site):
     assert "url=evidence.html#evidence-recipes" in (site / "book/recipes.html").read_text()
     size = sum(file.stat().st_size for file in site.rglob("*") if file.is_file())
-    assert size < 37e6  # 13 of them the project itself, with the shipped models
+    assert size < 43e6  # 16 of them the project itself, with the shipped models and hits
     assert '"image/png"' not in (site / "_sources/book/train.ipynb").read_text("utf-8")
 
 
